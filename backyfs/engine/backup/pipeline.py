@@ -123,7 +123,7 @@ class Pipeline:
     def _make_buffers(self) -> list[bytearray]:
         run_bytes = self._run_blocks * self._block_size
         if self._waiting is not None:
-            count = max(2 * self._workers, min(self._waiting, _SMALL_BUFFER_BYTES // run_bytes))
+            count = max(self._workers + 1, min(self._waiting, _SMALL_BUFFER_BYTES // run_bytes))
         else:
             count = max(self._workers + 1, min(4 * self._workers, _BUFFER_BYTES // run_bytes))
         return [bytearray(run_bytes) for _ in range(count)]
@@ -172,6 +172,7 @@ class Pipeline:
 
     def _salvage(self, window: Window[Result]) -> None:
         """Record what was stored when the backup ended early, so that the next one can use it."""
+        self._tasks.give_up()
         while window.pending:
             with suppress(BackyfsError):
                 for result in window.results():
@@ -204,8 +205,7 @@ class Pipeline:
         if isinstance(result, StoredRun):
             if result.buffer is not None:
                 self._buffers.append(result.buffer)
-            else:
-                self._sealed_bytes -= sum(blob.stored_size for blob in result.saved)
+            self._sealed_bytes -= result.weight
             self._flusher.add(result.saved)
         elif isinstance(result, PublishedPage):
             if result.page is not None:
@@ -217,7 +217,7 @@ class Pipeline:
 
     def _put(self, window: Window[Result], sealed: SealedRun) -> None:
         self._buffers.append(sealed.buffer)
-        self._sealed_bytes += sealed.stored_bytes
+        self._sealed_bytes += sealed.weight
         window.submit_waiting(self._tasks.put, sealed)
 
     def _start_flush(self, window: Window[Result]) -> None:

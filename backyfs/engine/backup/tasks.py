@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from backyfs.sources.protocol import Source
 
 
+_LEAST_BYTES = 128 << 10
+
+
 @dataclass(frozen=True, slots=True)
 class HashedRun:
     """A run that was read into the buffer, with the fingerprint of each block; None for a block of zeros."""
@@ -40,9 +43,9 @@ class SealedRun:
     blocks: list[SealedBlock]
 
     @property
-    def stored_bytes(self) -> int:
-        """How many bytes their objects have."""
-        return sum(block.saved.stored_size for block in self.blocks)
+    def weight(self) -> int:
+        """How many bytes their objects have; small objects count more, because each of them is a request."""
+        return sum(max(block.saved.stored_size, _LEAST_BYTES) for block in self.blocks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,7 @@ class StoredRun:
 
     buffer: bytearray | None
     saved: list[SavedBlob]
+    weight: int = 0  # of the `SealedRun`, if there was one
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,7 @@ class Tasks:
         self._blocks = blocks
         self._block_size = block_size
         self._zeros = bytes(block_size)
+        self._is_given_up = False
 
     def read(self, run: BlockRun, buffer: bytearray) -> HashedRun:
         """Read a run and take the fingerprints of its blocks.
@@ -114,7 +119,12 @@ class Tasks:
         Raises:
             StorageError: the storage does not take them.
         """
-        return StoredRun(None, put_blocks(self._blocks, sealed.blocks))
+        blocks = [] if self._is_given_up else sealed.blocks
+        return StoredRun(None, put_blocks(self._blocks, blocks), sealed.weight)
+
+    def give_up(self) -> None:
+        """Let puts that have not begun store nothing, because the backup ends early."""
+        self._is_given_up = True
 
     def flush(self, saved: list[SavedBlob]) -> FlushedBlobs:
         """Make everything that was put into the storage durable.

@@ -163,9 +163,11 @@ class BlobChecker:
         self._write(given)
         # Try missing blobs again, because the storage may have been away for a moment. But not unreadable ones: a disk
         # takes half a minute to fail on a bad sector.
-        again = [
-            result if result.was_refused else self._read(result.blob) for result in results if not result.is_there
-        ]
+        again = []
+        for result in results:
+            if not result.is_there:
+                self._run.check()
+                again.append(result if result.was_refused else self._read(result.blob))
         missing = [result for result in again if not result.is_there]
         if missing:
             self._require_storage(missing)

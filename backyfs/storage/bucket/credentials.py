@@ -6,6 +6,7 @@ Without any of these, the library looks for a web identity, and at the metadata 
 from __future__ import annotations
 
 import configparser
+import logging
 import os
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 
     Provider = Callable[[], S3Credential]
 
+_log = logging.getLogger(__name__)
+
 _MAX_BYTES = 1 << 20
+_RETRY_AFTER = timedelta(minutes=1)
 _VALID_FOR = timedelta(minutes=15)  # files are read again after this time: they may hold new keys
 
 
@@ -45,9 +49,24 @@ def credentials_of(config: ObjectStoreConfig) -> Provider | None:
             remedy=f"set {missing} or {missing}_file",
         )
     provide = _provider(config, has_keys=has_id)
-    if provide is not None:
-        provide()  # a mistake is reported now, and not with the first request
-    return provide
+    return None if provide is None else _Renewed(provide)
+
+
+class _Renewed:
+    """Credentials that are read again from time to time. If that fails, the last ones are used once more."""
+
+    def __init__(self, provide: Provider) -> None:
+        """Read them now, so that a mistake is reported before the first request."""
+        self._provide = provide
+        self._last = provide()
+
+    def __call__(self) -> S3Credential:
+        try:
+            self._last = self._provide()
+        except StorageError as error:  # somebody may be writing the file
+            _log.warning("credentials are not renewed: %s", error)
+            self._last = {**self._last, "expires_at": datetime.now(UTC) + _RETRY_AFTER}
+        return self._last
 
 
 def _provider(config: ObjectStoreConfig, *, has_keys: bool) -> Provider | None:

@@ -35,6 +35,13 @@ class ListingError(Exception):
     """The store answered with an error. The text has the status and the error document, as errors of the library."""
 
 
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Takes a redirect for the error that it is: the signature is not for another host."""
+
+    def redirect_request(self, *_: object) -> None:
+        """Return no other request."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BucketLister:
     """Lists one bucket. Any thread may use it."""
@@ -93,7 +100,7 @@ class BucketLister:
         if self.ca_file is not None:
             trusted.load_verify_locations(self.ca_file)
         return urllib.request.build_opener(
-            urllib.request.ProxyHandler(proxies), urllib.request.HTTPSHandler(context=trusted)
+            _NoRedirect, urllib.request.ProxyHandler(proxies), urllib.request.HTTPSHandler(context=trusted)
         )
 
     def _signed(self, query: str, now: datetime) -> dict[str, str]:

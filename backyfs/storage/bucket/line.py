@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ class Line:
                 self.in_flight -= 1
                 self._bytes -= size
             else:
-                self._waiting.remove(waiter)
+                with suppress(ValueError):  # `_admit` has removed it
+                    self._waiting.remove(waiter)
             self._admit()
             raise
 

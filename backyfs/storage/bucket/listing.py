@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+import threading
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from backyfs.storage.keys import NAMED, is_name
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from obstore.store import ObjectStore
 
     from backyfs.storage.bucket.foreignnames import BucketLister
 
 _PAGE = 1000  # as many as S3 returns for one request
+T = TypeVar("T")
+
 _Entry = tuple[str, int, float]  # path, size in bytes, time of storing
 
 
@@ -67,7 +74,7 @@ class Listing:
     async def _next_of_lister(self) -> list[_Entry]:
         assert self._lister is not None, "it takes over only if there is one"
         directory = f"{self._directory}/" if self._directory else ""
-        return await asyncio.to_thread(self._lister.page, directory, self._after)
+        return await _in_thread(partial(self._lister.page, directory, self._after))
 
     async def _next_of_library(self) -> list[_Entry]:
         if self._stream is None:
@@ -80,6 +87,28 @@ class Listing:
             self._stream = None
             raise
         return [(entry["path"], entry["size"], entry["last_modified"].timestamp()) for entry in found]
+
+
+async def _in_thread(function: Callable[[], T]) -> T:
+    """Run a function in a thread that does not keep the process alive if nobody waits for it any more."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(act: Callable[[], None]) -> None:
+        if not future.done():
+            act()
+
+    def run() -> None:
+        act: Callable[[], None]
+        try:
+            act = partial(future.set_result, function())
+        except BaseException as error:  # noqa: BLE001 - it is raised where the result is awaited
+            act = partial(future.set_exception, error)
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(settle, act)
+
+    threading.Thread(target=run, name="backyfs-listing", daemon=True).start()
+    return await future
 
 
 def _just_before(prefix: str) -> str:

@@ -12,7 +12,8 @@ import random
 import threading
 import time
 from concurrent.futures import CancelledError, Future
-from typing import TYPE_CHECKING, TypeVar
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from backyfs.errors import InterruptedByUser, StorageAwayError, StorageError
 from backyfs.storage.bucket.failures import failure
@@ -21,7 +22,7 @@ from backyfs.storage.bucket.outage import Outage, Trial
 from backyfs.storage.bucket.tally import Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
     from backyfs.storage.bucket.line import Turn
     from backyfs.storage.bucket.outage import Patience
@@ -31,6 +32,7 @@ T = TypeVar("T")
 _LOWEST_RATE = 32 << 10  # bytes/s; a request that is slower has failed
 _LONGEST_PAUSE_S = 10.0
 _ASK_S = 0.5  # between two questions whether the command should end
+_timer: ContextVar[asyncio.Timeout] = ContextVar("_timer")  # of the attempt that runs
 
 
 class Requests:
@@ -45,6 +47,7 @@ class Requests:
         self._lock = threading.Lock()  # guards the start of the loop
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._is_closed = False
         self._outage = Outage(place, patience)
         self.tally = Tally()
         self.round_trip_s = 0.0  # the shortest time in which a request was answered; 0: none yet
@@ -63,22 +66,34 @@ class Requests:
             StorageError: it failed otherwise.
             InterruptedByUser: the command should end.
         """
-        attempts = self._attempts(verb, request, size=size, key=key, repeats=repeats)
-        return self._wait(asyncio.run_coroutine_threadsafe(attempts, self._running_loop()))
+        return self._wait(self._attempts(verb, request, size=size, key=key, repeats=repeats, is_estimate=False))
 
-    def send_all(self, verb: str, requests: Sequence[tuple[Callable[[], Awaitable[T]], int]], *, key: str) -> list[T]:
+    def send_all(
+        self,
+        verb: str,
+        requests: Sequence[tuple[Callable[[], Awaitable[T]], int]],
+        *,
+        key: str,
+        is_estimate: bool = False,
+    ) -> list[T]:
         """Send several requests at once, each with the number of bytes that it moves, and return their results.
+
+        If these numbers are estimates, the requests call `allow` when they know better.
 
         Raises:
             What `send` raises.
         """
         if len(requests) == 1:
             request, size = requests[0]
-            return [self.send(verb, request, size=size, key=key)]
+            return [
+                self._wait(self._attempts(verb, request, size=size, key=key, repeats=True, is_estimate=is_estimate))
+            ]
 
         async def all_of_them() -> list[T]:
             attempts = [
-                asyncio.ensure_future(self._attempts(verb, request, size=size, key=key, repeats=True))
+                asyncio.ensure_future(
+                    self._attempts(verb, request, size=size, key=key, repeats=True, is_estimate=is_estimate)
+                )
                 for request, size in requests
             ]
             try:
@@ -87,30 +102,44 @@ class Requests:
                 for attempt in attempts:  # that are of no use if one of them has failed
                     attempt.cancel()
 
-        return self._wait(asyncio.run_coroutine_threadsafe(all_of_them(), self._running_loop()))
+        return self._wait(all_of_them())
 
-    def _wait(self, future: Future[T]) -> T:
+    def pause(self, seconds: float) -> None:
+        """Wait before something is tried again.
+
+        Raises:
+            InterruptedByUser: the command should end.
+        """
+        self._wait(asyncio.sleep(seconds))
+
+    def _wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        future = self._submit(coroutine)
         while True:
             try:
                 return future.result(_ASK_S)
             except TimeoutError:
-                if future.done():
-                    raise
-                if self._stop():
+                if not future.done() and self._stop():
                     future.cancel()
                     raise InterruptedByUser("interrupted while waiting for the storage") from None
             except CancelledError:
                 raise StorageError("was closed", subject=f"storage {self._place}") from None
 
     async def _attempts(
-        self, verb: str, request: Callable[[], Awaitable[T]], *, size: int, key: str, repeats: bool
+        self,
+        verb: str,
+        request: Callable[[], Awaitable[T]],
+        *,
+        size: int,
+        key: str,
+        repeats: bool,
+        is_estimate: bool,
     ) -> T:
         trial = Trial()
         pause_s = self.patience.pause_s
         try:
             while True:
                 try:
-                    return await self._attempt(trial, verb, request, size, key)
+                    return await self._attempt(trial, verb, request, size, key, 0 if is_estimate else size)
                 except StorageAwayError as error:
                     if not repeats:
                         raise
@@ -123,28 +152,24 @@ class Requests:
         finally:
             self._outage.end(trial)
 
-    async def in_time(self, answer: Awaitable[T], size: int) -> T:
-        """Wait for a part of an answer with `size` bytes, in a request that was sent with an estimate.
-
-        Raises:
-            TimeoutError: it takes too long.
-        """
-        async with asyncio.timeout(self._limit_s(size)):
-            return await answer
+    def allow(self, size: int) -> None:
+        """Give the running request the time for the `size` bytes of its answer, which it has just learned."""
+        _timer.get().reschedule(asyncio.get_running_loop().time() + self._limit_s(size))
 
     def _limit_s(self, size: int) -> float:
         return self.patience.request_s + size / _LOWEST_RATE
 
     async def _attempt(
-        self, trial: Trial, verb: str, request: Callable[[], Awaitable[T]], size: int, key: str
+        self, trial: Trial, verb: str, request: Callable[[], Awaitable[T]], size: int, key: str, timed_bytes: int
     ) -> T:
-        limit_s = self._limit_s(size)
+        limit_s = self._limit_s(timed_bytes)
         async with self._line.turn(size) as turn:
             self._outage.begin(trial)
             self.tally.add(verb, requests=1, repeated=trial.is_failing)
             began_s = time.monotonic()
             try:
-                async with asyncio.timeout(limit_s):
+                async with asyncio.timeout(limit_s) as timer:
+                    _timer.set(timer)
                     result = await request()
             except TimeoutError as error:
                 turn.was_too_much()
@@ -170,19 +195,23 @@ class Requests:
         else:
             self._outage.note_answer(trial)
 
-    def _running_loop(self) -> asyncio.AbstractEventLoop:
+    def _submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         with self._lock:
+            if self._is_closed:
+                coroutine.close()
+                raise StorageError("was closed", subject=f"storage {self._place}")
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 self._thread = threading.Thread(target=self._loop.run_forever, name="backyfs-requests", daemon=True)
                 self._thread.start()
-            return self._loop
+            return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def close(self) -> None:
         """Cancel what is in flight, and end the loop."""
-        with self._lock:
+        with self._lock:  # what was submitted before is cancelled, and nothing is submitted later
             loop, thread = self._loop, self._thread
             self._loop = self._thread = None
+            self._is_closed = True
         if loop is None or thread is None:
             return
         asyncio.run_coroutine_threadsafe(_cancel_others(), loop).result()

@@ -17,6 +17,7 @@ from backyfs.errors import (
     ObjectsKeptError,
     ObjectUnreadableError,
     StorageAwayError,
+    StorageFullError,
     StorageRefusedError,
     WrongStorageError,
 )
@@ -42,6 +43,8 @@ T = TypeVar("T")
 
 WORTHWHILE_REQUESTS = 128  # in flight at once
 
+_PAUSE_S = 1.0  # before an object is put once more
+_DELETION_BYTES = 4 << 10  # a deletion takes as long as so many bytes, at most
 _DELETIONS = 1000  # in one request, at most
 CLOCK = ObjectName(f"{NAMED}/clock")  # is put to learn what time it is in the store
 _FIRST_BYTES = 8 << 20  # that the first blob may have
@@ -73,7 +76,7 @@ class BucketStorage:
         self._place = place
         self._attributes = attributes
         self._lister = lister
-        self._was_marked = False  # whether the marker was there at some time
+        self._marker: bytes | None = None  # as it was last; None: it was never there
         self._typical_bytes = _FIRST_BYTES  # most blobs are about as large as the one before
         self.traits = Traits(requests=WORTHWHILE_REQUESTS, deletions=_DELETIONS, paid_days=paid_days)
 
@@ -105,7 +108,7 @@ class BucketStorage:
             key=key,
         )
         self._requests.tally.add("put", size_bytes=size)
-        self._note_marker(key)
+        self._note_marker(key, b"".join(views) if key == MARKER_NAME else b"")
         return size
 
     def put_new(self, key: Key, content: Buffer) -> bool:
@@ -138,10 +141,11 @@ class BucketStorage:
                 try:
                     is_stored = self.get(key) == body  # waits until the store answers
                 except ObjectMissingError:
+                    self._requests.pause(_PAUSE_S)
                     continue
             if is_stored:
                 self._requests.tally.add("put", size_bytes=len(body))
-                self._note_marker(key)
+                self._note_marker(key, body)
             return is_stored
 
     def flush(self) -> None:
@@ -157,26 +161,26 @@ class BucketStorage:
         check_key(key)
         is_of_blob = is_blob(key)
         expected = min(most, self._typical_bytes) if is_of_blob else 0
-        meta, content = self._read(key, [(partial(self._fetch, key, most), expected)])[0]
+        meta, content = self._read(key, [(partial(self._fetch, key, most), expected)], is_estimate=True)[0]
         if content is None:
             raise _too_large(key, meta["size"], most)
         self._requests.tally.add("get", size_bytes=len(content))
         if is_of_blob:
             self._typical_bytes = len(content)
-        self._note_marker(key)
+        self._note_marker(key, content)
         return content
 
     async def _fetch(self, key: Key, most: int) -> tuple[ObjectMeta, Buffer | None]:
         """Return what the store says about an object, and the object; None: it has more than `most` bytes."""
-        in_time = self._requests.in_time
-        answer = await in_time(self._library.get_async(self._store, key), 0)
+        answer = await self._library.get_async(self._store, key)
         meta: ObjectMeta = answer.meta
         if meta["e_tag"] is None:  # an error document, or a page of a proxy, that came with status 200
             raise strange_answer("an object without ETag", self._place)
         if meta["size"] > most:
             return meta, None
         # A view of what the library received, because copying it would take a third of its time.
-        return meta, memoryview(await in_time(answer.bytes_async(), meta["size"]))
+        self._requests.allow(meta["size"])
+        return meta, memoryview(await answer.bytes_async())
 
     def get_range(self, key: Key, offset: int, length: int) -> bytes:
         """Return bytes [offset, offset + length) of an object: fewer, or none, if it ends earlier.
@@ -211,22 +215,31 @@ class BucketStorage:
         self._requests.tally.add("get", size_bytes=sum(map(len, found)))
         return found
 
-    def _read(self, key: Key, requests: Sequence[tuple[Callable[[], Awaitable[T]], int]]) -> list[T]:
+    def _read(
+        self, key: Key, requests: Sequence[tuple[Callable[[], Awaitable[T]], int]], *, is_estimate: bool = False
+    ) -> list[T]:
         """Send requests to read an object, with their bytes; ask a second time before calling it missing."""
         try:
-            return self._requests.send_all("get", requests, key=key)
+            return self._requests.send_all("get", requests, key=key, is_estimate=is_estimate)
         except ObjectMissingError:
             self._require_storage(key)
             if key == MARKER_NAME:
                 raise
-        return self._requests.send_all("get", requests, key=key)
+        return self._requests.send_all("get", requests, key=key, is_estimate=is_estimate)
 
     def _require_storage(self, key: Key) -> None:
         """Refuse to call an object missing if the bucket is gone, or is not, or no longer, that of a repository."""
-        if self._was_marked and key != MARKER_NAME:
-            self._read(MARKER_NAME, [(partial(self._fetch, MARKER_NAME, MAX_OBJECT_BYTES), 0)])
+        if self._marker is not None and key != MARKER_NAME:
+            _, found = self._read(MARKER_NAME, [(partial(self._fetch, MARKER_NAME, MAX_OBJECT_BYTES), 0)])[0]
+            # While a repository takes over the identity of another one, the marker names both.
+            if not _repositories(found or b"") & _repositories(self._marker):
+                raise WrongStorageError(
+                    "the marker of the repository was replaced by that of another one",
+                    subject=f"storage {self._place}:",
+                    remedy="correct [DataBackend], or find out why its address leads elsewhere now",
+                )
             return
-        if self._was_marked:
+        if self._marker is not None:
             raise WrongStorageError(
                 "the marker of the repository is gone: the bucket was emptied or replaced",
                 subject=f"storage {self._place}:",
@@ -259,7 +272,9 @@ class BucketStorage:
             raise ObjectsKeptError(malformed)
 
     def _delete(self, keys: list[str]) -> None:
-        self._requests.send("delete", lambda: self._library.delete_async(self._store, keys))
+        # Some stores delete one object after the other before they answer.
+        size = len(keys) * _DELETION_BYTES
+        self._requests.send("delete", lambda: self._library.delete_async(self._store, keys), size=size)
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
         """Yield every object whose key begins with a prefix, in the order of the keys. Other objects are ignored.
@@ -286,7 +301,7 @@ class BucketStorage:
         try:
             self.put(CLOCK, [b""])
             meta, _ = self._read(CLOCK, [(partial(self._fetch, CLOCK, MAX_OBJECT_BYTES), 0)])[0]
-        except (StorageRefusedError, ObjectMissingError):  # another command has deleted it
+        except (StorageRefusedError, StorageFullError, ObjectMissingError):  # another command has deleted it
             return -float("inf")
         with contextlib.suppress(StorageRefusedError):
             self._delete([CLOCK])
@@ -300,9 +315,14 @@ class BucketStorage:
         """Return True: a proxy can answer in place of the store, or the bytes were changed on the way."""
         return True
 
-    def _note_marker(self, key: Key) -> None:
+    def _note_marker(self, key: Key, content: Buffer) -> None:
         if key == MARKER_NAME:
-            self._was_marked = True
+            self._marker = bytes(content)
+
+
+def _repositories(marker: Buffer) -> frozenset[bytes]:
+    """Return the lines of a marker that name repositories."""
+    return frozenset(bytes(marker).splitlines()[1:])
 
 
 def _key_of(path: str) -> Key | None:
