@@ -16,6 +16,7 @@ from tests.support.audit import audit, content_of, versions_of
 from tests.support.bucketrepositories import made
 from tests.support.faultproxy import FaultProxy
 from tests.support.faults import Delay
+from tests.support.forkserver import LET_GO
 from tests.support.images import random_bytes
 from tests.support.program import BACKYFS
 from tests.support.repositories import BLOCK, PATIENCE_S, opened, wait_for
@@ -34,7 +35,9 @@ pytestmark = pytest.mark.root
 
 BLOCKS = 40
 # A process in another pid namespace is one of another host: whether it lives can be seen by its heartbeat only.
-ELSEWHERE = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"]
+ELSEWHERE = [
+    "unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c", f'{LET_GO}exec "$@"', "sh",
+]  # fmt: skip
 ROUNDS = ["whole", "killed", "whole", "cut off", "whole"]
 REMOVED = {0, 4}  # or in use, by a command that was killed
 CUT_OFF = 6

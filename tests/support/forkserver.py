@@ -21,8 +21,8 @@ import tempfile
 
 # When their first process is killed, all processes and mounts in these namespaces are gone.
 _NAMESPACES = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
-# Copies of the mounts of other tests would keep these mounts busy.
-_LET_GO = (
+# For a shell in a new mount namespace: copies of the mounts of other tests would keep these mounts busy.
+LET_GO = (
     f"awk -v below={tempfile.gettempdir()}/ 'index($2, below) == 1 {{ print $2 }}' /proc/mounts | sort -r | "
     "xargs -r umount -l; "
 )
@@ -40,7 +40,7 @@ class ForkServer:
         self._channel, there = socket.socketpair()
         with there:
             program = [sys.executable, "-P", __file__, str(there.fileno())]
-            before = [] if prepare is None else [*_NAMESPACES, "sh", "-c", _LET_GO + prepare, "sh"]
+            before = [] if prepare is None else [*_NAMESPACES, "sh", "-c", LET_GO + prepare, "sh"]
             self._process = subprocess.Popen(
                 [*before, *program],
                 pass_fds=[there.fileno()],
