@@ -53,8 +53,8 @@ class BlockStore:
     encryption_version: int  # of new blobs
     compression_level: int   # of new blobs
     find_moved: Callable[[Blob], Blob | None]  # the blob with its bytes if it was replaced; see `load_block`
-    # Held while a whole block is sealed or opened. Threads that wait for a network are many more than processors, and their
-    # results would fill the memory.
+    # Held while a whole block is sealed or opened. Threads that wait for a network are many more than processors, and
+    # their results would fill the memory.
     computing: AbstractContextManager[object] = field(default_factory=nullcontext)
     # Set if fingerprints have no key: adopted or imported rows may have those of another hash function.
     knows_other_hashes: bool = False
