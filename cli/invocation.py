@@ -26,12 +26,13 @@ from backyfs.trust import load_trusted_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from contextlib import AbstractContextManager
+    from types import FrameType
 
     from backyfs.cli.hooks import Facts
     from backyfs.config import Config
     from backyfs.engine.setup.upgrade import UpgradeReport
     from backyfs.hooks import Fact
+    from backyfs.metadata.db.database import Database
     from backyfs.model import Progress, RunId
     from backyfs.reports.values import Object, Row
     from backyfs.repository import Repository
@@ -134,9 +135,17 @@ class Invocation:
             requested=log_requests,
         )
 
-    def open_repository(self, *, insist: bool = False, cached: bool = False) -> AbstractContextManager[Repository]:
+    @contextmanager
+    def open_repository(self, *, insist: bool = False) -> Iterator[Repository]:
         """Open the repository of the configuration, see `Service.repository`."""
-        return self.service.repository(insist=insist, cached=cached)
+        with noting_signals(self.interrupted), self.service.repository(insist=insist) as repository:
+            yield repository
+
+    @contextmanager
+    def open_database(self, *, resumes: bool = False) -> Iterator[Database]:
+        """Open the database of the configuration alone, see `Service.database`."""
+        with noting_signals(self.interrupted), self.service.database(resumes=resumes) as database:
+            yield database
 
     def asking(self) -> Callable[[], str] | None:
         """Return what asks for the passphrase of the repository, once; None where nobody is there to answer."""
@@ -211,8 +220,8 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
         came.set()
         _log.info("ending after %s; what is under way is finished first", signal.Signals(number).name)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield came.is_set  # handlers belong to the main thread; tests run commands in others
+    if not _may_set_handlers():
+        yield came.is_set
         return
     numbers = [signal.SIGINT, signal.SIGTERM]
     numbers += [number for number in (signal.SIGHUP, signal.SIGQUIT) if signal.getsignal(number) is not signal.SIG_IGN]
@@ -222,3 +231,37 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def noting_signals(interrupted: threading.Event) -> Iterator[None]:
+    """Set an event when the handler of a signal raises, as it does outside of `stop_on_signals`.
+
+    Without this, only the main thread would end: the others go on waiting for a storage until the event is set, and
+    the main thread waits for them.
+    """
+    if not _may_set_handlers():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+    before = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        try:
+            before[signal.Signals(number)](number, frame)
+        except BaseException:
+            interrupted.set()
+            raise
+
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _may_set_handlers() -> bool:
+    """Return whether this is the main thread, to which signal handlers belong. Tests run commands in others."""
+    return threading.current_thread() is threading.main_thread()

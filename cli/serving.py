@@ -40,7 +40,8 @@ def serve_mount(
     signals = ending_signals(in_background=starter is not None)  # before hooks install their handlers
     with (
         invocation.hooks("mount", mountpoint=mountpoint),
-        invocation.open_repository(cached=True) as repository,
+        # Not `invocation.open_repository`, whose signal handlers would replace those that trio relies on.
+        invocation.service.repository(cached=True) as repository,
     ):
         try:
             serve(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from backyfs.cli.invocation import OutputForm
+from backyfs.cli.invocation import OutputForm, noting_signals
 from backyfs.cli.options import OptionalValue, real_path
 from backyfs.cli.output import pipe_field, print_object
 from backyfs.cli.storages import bucket_options
@@ -74,7 +74,11 @@ def command(
         places = replace(places, storage=named_storage(data or places.storage_name, **options))
     if db is not None:
         places = replace(places, database=named_database(db))
-    _print(invocation, initialize(places, block_size=block_size, encrypted=not no_encryption))
+    with noting_signals(invocation.interrupted):
+        report = initialize(
+            places, block_size=block_size, encrypted=not no_encryption, stop=invocation.interrupted.is_set
+        )
+    _print(invocation, report)
 
 
 def _print(invocation: Invocation, report: InitReport) -> None:

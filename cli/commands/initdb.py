@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from backyfs.cli.invocation import OutputForm
+from backyfs.cli.invocation import OutputForm, noting_signals
 from backyfs.cli.output import print_object
 from backyfs.cli.text import printable
 from backyfs.reports.init import database_as_object
@@ -24,7 +24,8 @@ def command(invocation: Invocation) -> None:
     except for an upgrade of its schema; as in backy2, that is not an error. The storage may hold blocks of a lost
     database: import the exports of its versions next. If the storage holds a catalog, use `backyfs recover` instead.
     """
-    report = invocation.service.make_repository()
+    with noting_signals(invocation.interrupted):
+        report = invocation.service.make_repository()
     if invocation.form is OutputForm.JSON:
         print_object(database_as_object(report))
     elif invocation.form is OutputForm.TABLE:

@@ -51,10 +51,9 @@ def list_(invocation: Invocation) -> None:
     from backyfs.engine.secrets.keyslots import read_slots  # noqa: PLC0415 - SQLAlchemy is slow to load
     from backyfs.reports.key import COLUMNS, slot_row  # noqa: PLC0415 - as above
 
-    service = invocation.service
-    with service.database() as database:
+    with invocation.open_database() as database:
         slots = read_slots(database)
-        service.note_odd_rows(database)
+        invocation.service.note_odd_rows(database)
     print_rows(invocation, [slot_row(slot) for slot in slots], COLUMNS)
 
 
@@ -64,10 +63,9 @@ def check(invocation: Invocation) -> None:
     """Show which slot the configuration opens; status 3 if none, 20 if the slot is damaged."""
     from backyfs.engine.secrets.keyslots import check_key  # noqa: PLC0415 - SQLAlchemy is slow to load
 
-    service = invocation.service
-    with service.database() as database:
+    with invocation.open_database() as database:
         slot = check_key(database, _sources(invocation))
-        service.note_odd_rows(database)
+        invocation.service.note_odd_rows(database)
     _print_slot(invocation, slot, "The configuration opens slot")
 
 
@@ -88,7 +86,7 @@ def add(invocation: Invocation, /, *, label: str, recovery_file: str | None, **o
     """
     from backyfs.engine.secrets import keyslots  # noqa: PLC0415 - SQLAlchemy is slow to load
 
-    with invocation.service.database() as database:
+    with invocation.open_database() as database:
         if recovery_file is None:
             slot = keyslots.add_slot(database, _sources(invocation), label, _new_secret(options))
         else:
@@ -108,7 +106,7 @@ def change(invocation: Invocation, /, *, label: str, **options: str | None) -> N
     """
     from backyfs.engine.secrets.keyslots import change_slot  # noqa: PLC0415 - SQLAlchemy is slow to load
 
-    with invocation.service.database() as database:
+    with invocation.open_database() as database:
         slot = change_slot(database, _sources(invocation), label, _new_secret(options))
     _print_slot(invocation, slot, "There is a new key or passphrase in slot")
 
@@ -121,7 +119,7 @@ def remove(invocation: Invocation, *, label: str, force: bool) -> None:
     """Remove slot LABEL. Its key or passphrase no longer opens the repository. The last slot cannot be removed."""
     from backyfs.engine.secrets.keyslots import remove_slot  # noqa: PLC0415 - SQLAlchemy is slow to load
 
-    with invocation.service.database() as database:
+    with invocation.open_database() as database:
         remove_slot(database, _sources(invocation), label, force=force)
     if invocation.form is OutputForm.JSON:
         print_object({"label": label})
@@ -180,7 +178,7 @@ def print_(invocation: Invocation) -> None:
 def _repository_key(invocation: Invocation) -> RepositoryKey:
     from backyfs.engine.secrets.keyslots import repository_key  # noqa: PLC0415 - SQLAlchemy is slow to load
 
-    with invocation.service.database() as database:
+    with invocation.open_database() as database:
         return repository_key(database, _sources(invocation))
 
 

@@ -10,6 +10,7 @@ import click
 
 from backyfs.cli.arguments import optional_versions_argument
 from backyfs.cli.failures import raise_all
+from backyfs.cli.invocation import noting_signals
 from backyfs.cli.moments import MOMENT
 from backyfs.cli.output import print_report, print_rows
 from backyfs.cli.stdout import expect_printed
@@ -98,7 +99,8 @@ def _rotate(invocation: Invocation, before: datetime) -> RotationReport | None:
         report = rotate_configured(repository, invocation.asking(), older_than=before)
     if report is None:
         return None
-    invocation.service.publish()
+    with noting_signals(invocation.interrupted):
+        invocation.service.publish()
     for slot in report.removed:
         _log.warning(
             "key slot %s was removed, because its key or passphrase is not known here; make it again with "

@@ -40,7 +40,7 @@ def command(invocation: Invocation, /, *, old_key: str | None, leave_damaged: bo
     from backyfs.engine.secrets.rekey import rekey  # noqa: PLC0415 - SQLAlchemy is slow to load
     from backyfs.reports.rekey import as_object  # noqa: PLC0415 - cryptography is slow to load
 
-    with invocation.service.database(resumes=True) as database:
+    with invocation.open_database(resumes=True) as database:
         report = rekey(invocation.load_config(), database, _old(old_key, options), leave_damaged=leave_damaged)
     value = as_object(report)
     print_report(invocation, value, _lines(report, str(value["key_check"])))

@@ -64,6 +64,13 @@ COMMANDS = {
     "recover": Command("recover", READS, "catalog/versions"),
     "recover, list": Command("recover", LISTS),
 }
+CATALOG = "catalog/(?!clock)"
+# Commands that write to the storage only to keep the catalog.
+EDITS = {
+    "add-tag": Command("add-tag disk@latest tag", PUTS, CATALOG),
+    "expire": Command("expire disk@latest 2100-01-01", PUTS, CATALOG),
+    "key add": Command("key add spare --passphrase-file {secret}", PUTS, CATALOG),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +94,7 @@ class Site:
         return run(["-c", str(self.config), *self.words(words)])
 
     def words(self, words: str) -> list[str]:
-        places = {name: self.directory / name for name in ("image", "other", "out")}
+        places = {name: self.directory / name for name in ("image", "other", "out", "secret")}
         return words.format_map(places).split()
 
     def set(self, **settings: object) -> None:
@@ -213,24 +220,30 @@ def expect_interruptible(proxy: FaultProxy, config: Path, *words: str, verbs: fr
         process.wait()
 
 
-@pytest.mark.parametrize("name", ["open", *COMMANDS])
+@pytest.mark.parametrize("name", ["open", *COMMANDS, *EDITS])
 def test_a_command_ends_at_a_signal_while_the_store_is_silent(name: str, site: Site) -> None:
-    command = COMMANDS.get(name, Command("ls", READS, "marker"))
+    command = {**COMMANDS, **EDITS}.get(name, Command("ls", READS, "marker"))
     site.set(retry_time="1h", request_timeout="1h")
     site.prepare(name)
     words = site.words(command.words)
     expect_interruptible(site.proxy, site.config, *words, verbs=command.verbs, path=command.path)
 
 
+@pytest.mark.parametrize(
+    ("verbs", "path", "is_configured"),
+    [(LISTS, "", False), (PUTS, "catalog/clock", False), (PUTS, "marker", True), (PUTS, CATALOG, True)],
+    ids=["list", "clock", "marker", "catalog"],
+)
 def test_a_new_repository_does_not_wait_for_a_silent_store(
-    bucket: Bucket, fault_proxy: FaultProxy, tmp_path: Path
+    verbs: frozenset[Verb], path: str, *, is_configured: bool, bucket: Bucket, fault_proxy: FaultProxy, tmp_path: Path
 ) -> None:
     places = places_in(bucket, tmp_path / "new", endpoint=fault_proxy.endpoint)
     keys = ("--access-key-file", str(tmp_path / "new/id"), "--secret-key-file", str(tmp_path / "new/secret"))
     storage = ("--storage", f"s3://{bucket.name}", "--endpoint", fault_proxy.endpoint)
     config = Path(places.config_file)
-    expect_interruptible(fault_proxy, config, "init", *storage, *keys, "--db", places.database, verbs=LISTS)
-    assert not config.exists()
+    words = ("init", *storage, *keys, "--db", places.database)
+    expect_interruptible(fault_proxy, config, *words, verbs=verbs, path=path)
+    assert config.exists() == is_configured
 
 
 def test_an_upgrade_does_not_wait_for_a_silent_store(bucket: Bucket, fault_proxy: FaultProxy, tmp_path: Path) -> None:

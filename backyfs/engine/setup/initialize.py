@@ -22,9 +22,10 @@ from backyfs.metadata.db.database import Database
 from backyfs.remedies import Advice
 from backyfs.repository import create_repository, open_repository
 from backyfs.sealing import NEWEST_ENCRYPTION_VERSION
+from backyfs.work.run import never
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from backyfs.engine.setup.places import Places
 
@@ -39,8 +40,10 @@ class InitReport:
     block_size: int
 
 
-def initialize(places: Places, *, block_size: int, encrypted: bool) -> InitReport:
+def initialize(places: Places, *, block_size: int, encrypted: bool, stop: Callable[[], bool] = never) -> InitReport:
     """Create key file, storage directory, database and configuration.
+
+    Threads that wait for the storage end when `stop` returns True. The calling thread ends by an exception of a signal.
 
     Raises:
         UsageError: one of them exists already, or cannot be created.
@@ -71,7 +74,7 @@ def initialize(places: Places, *, block_size: int, encrypted: bool) -> InitRepor
             raise
         make_directories(os.path.dirname(places.logfile))
         link_durably(draft, places.config_file)
-    with open_repository(config) as repository:
+    with open_repository(config, stop=stop) as repository:
         keep_catalog(repository)
     return InitReport(
         places=places,
