@@ -6,7 +6,7 @@ or a password.
 """
 
 from backyfs.config.databaseurl import has_password, mistake_in_url
-from backyfs.config.loader import find_mistakes, load_config, storage_config
+from backyfs.config.loader import find_mistakes, load_config
 from backyfs.config.places import CONFIG_VARIABLE, find_config
 from backyfs.config.settings import (
     Config,
@@ -20,7 +20,7 @@ from backyfs.config.settings import (
     Scheduler,
     StorageConfig,
 )
-from backyfs.config.template import config_text
+from backyfs.config.template import config_text, storage_config
 
 __all__ = [
     "CONFIG_VARIABLE",

@@ -87,14 +87,13 @@ def build(document: Document, environ: Mapping[str, str]) -> tuple[Config, tuple
     return config, (*loader.unknown(), *loader.warnings)
 
 
-def storage_config(values: Mapping[str, str]) -> StorageConfig:
-    """Return the configuration of a storage that has these keys of [DataBackend].
+def build_storage(document: Document) -> StorageConfig:
+    """Return the configuration of the storage in a document that may have nothing else.
 
     Raises:
-        ConfigError: a value is not allowed.
+        ConfigError: the document has a mistake.
     """
-    lines = (f"{name}: {text.replace('%', '%%')}" for name, text in values.items())
-    return _Loader(Document([("", "\n".join([f"[{_STORAGE}]", *lines]))]), "").storage()
+    return _Loader(document, "").storage()
 
 
 class _Loader:

@@ -1,17 +1,20 @@
-"""Write the text of a new configuration file for `backyfs init`."""
+"""Write the text of a new configuration file for `backyfs init`, or build the part of it that describes a storage."""
 
 from __future__ import annotations
 
 import textwrap
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from backyfs.config.document import Document
-from backyfs.config.loader import build
+from backyfs.config.loader import build, build_storage
 from backyfs.config.table import SECTION_KEYS, STORAGE_KEYS, STORAGE_TYPE
 from backyfs.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
+
+    from backyfs.config.settings import StorageConfig
 
 _HEADER = """\
 # Configuration of backyfs. The page "Configuration" of the manual describes all keys.
@@ -90,6 +93,17 @@ def config_text(
     return _verified("\n".join([_HEADER, *texts, _SCHEDULERS, _HOOKS]))
 
 
+def storage_config(values: Mapping[str, str]) -> StorageConfig:
+    """Return the configuration of a storage that has these keys of [DataBackend], beginning with its type.
+
+    Raises:
+        ConfigError: a value is not allowed, or the format of the file cannot represent it.
+    """
+    text = _section("DataBackend", dict(values))
+    with _without_line():
+        return build_storage(Document([("", text)]))
+
+
 def _section(section: str, values: dict[str, str]) -> str:
     keys = SECTION_KEYS.get(section) or (STORAGE_TYPE, *STORAGE_KEYS[values["type"]])
     meanings = {key.name: key.meaning for key in keys}
@@ -108,11 +122,18 @@ def _comment(meaning: str) -> list[str]:
 
 def _verified(text: str) -> str:
     """Return the text if it is a valid configuration."""
-    try:
+    with _without_line():
         build(Document([("", text)]), {"HOME": "/"})
-    except ConfigError as error:  # leave out the line: the file does not exist yet
-        raise ConfigError(error.fact, section=error.section, key=error.key, remedy=error.remedy) from error
     return text
+
+
+@contextmanager
+def _without_line() -> Iterator[None]:
+    """Leave file and line out of errors, because the file does not exist."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(error.fact, section=error.section, key=error.key, remedy=error.remedy) from error
 
 
 def _check_representable(section: str, name: str, value: str) -> None:

@@ -17,6 +17,7 @@ from backyfs.cli.remedies import render_remedy
 from backyfs.cli.storages import BUCKET_OPTIONS, bucket_options
 from backyfs.cli.text import printable
 from backyfs.engine.setup.places import named_storage
+from backyfs.errors import UsageError
 from backyfs.reports.recover import COLUMNS, as_object, loss_rows
 
 if TYPE_CHECKING:
@@ -68,6 +69,12 @@ def command(
     from backyfs.engine.setup import recovery  # noqa: PLC0415 - SQLAlchemy is slow to load
 
     bucket = {name: options.pop(name) for name in BUCKET_OPTIONS}
+    if storage is None and any(bucket.values()):
+        raise UsageError(
+            "is not named, so the options for a bucket would be ignored",
+            subject="STORAGE",
+            remedy="name it as s3://BUCKET/PREFIX, or leave them out to use the storage of the configuration",
+        )
     target = recovery.recovery_target(
         os.environ,
         config_file=invocation.config_file or os.environ.get("BACKYFS_CONFIG") or None,

@@ -314,6 +314,42 @@ def test_a_storage_without_a_catalog_is_reported(tmp_path: Path, capsys: pytest.
     assert "there is no configuration that names the storage; name its directory" in err
 
 
+@pytest.mark.parametrize("option", ["--endpoint", "--region", "--profile", "--access-key-file", "--secret-key-file"])
+def test_options_for_a_bucket_need_a_storage(
+    call: Callable[..., tuple[int, str, str]], config: Path, option: str
+) -> None:
+    status, _, err = call("recover", option, "x", "--to", config.parent / "new.sqlite")
+    assert status == 1
+    assert "STORAGE is not named, so the options for a bucket would be ignored; name it as s3://BUCKET/PREFIX" in err
+    assert not (config.parent / "new.sqlite").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "fact"),
+    [
+        (["s3://b!d/x"], "[DataBackend] bucket_name: bucket_name is 'b!d'"),
+        (["s3://bucket", "--region", "x\nprefix: y"], "[DataBackend] region_name: region_name has white space"),
+        (["s3://bucket", "--profile", " x"], "[DataBackend] aws_profile: aws_profile has white space"),
+    ],
+)
+def test_the_error_for_an_unusable_bucket_names_no_file(
+    words: list[str], fact: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, _, err = call_with(tmp_path / "new.cfg", capsys, "recover", *words, "--to", tmp_path / "db")
+    assert status == 1
+    assert err.startswith(f"backyfs: error: {fact}")
+
+
+@pytest.mark.parametrize("name", ["a\nb", "blank ", "~", "100%"])
+def test_a_directory_with_an_odd_name_is_opened_as_it_is(
+    call: Callable[..., tuple[int, str, str]], config: Path, backed_up: str, name: str
+) -> None:
+    (config.parent / "data").rename(config.parent / name)
+    lose_database(config)
+    assert call("recover", config.parent / name)[0] == 0
+    assert backed_up
+
+
 def test_a_repository_without_encryption_needs_no_key(
     tmp_path: Path, image: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -105,6 +105,22 @@ def test_a_storage_that_cannot_be_meant_is_refused(text: str, fact: str) -> None
         named_storage(text, endpoint="http://x", region=None)
 
 
+@pytest.mark.parametrize("text", ["gs://b/x", "S3://b/x", "s3:/b", "minio://id:secret@host/b", "https://host/b"])
+def test_a_url_of_anything_else_is_not_taken_for_a_directory(text: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        named_storage(text)
+    scheme, _, _ = text.partition("/")
+    assert str(refused.value) == (
+        f"the storage begins with {scheme}/, which is neither a directory nor s3://BUCKET/PREFIX; "
+        "write ./PATH for a directory with such a name"
+    )
+
+
+@pytest.mark.parametrize("text", ["./gs://b/x", "a:b", "a/b:/c", "/gs://b"])
+def test_a_directory_can_have_almost_any_name(text: str) -> None:
+    assert named_storage(text) == os.path.abspath(text)
+
+
 @pytest.mark.parametrize("prefix", ["a/../b", ".hidden", "a//b", "ä"])
 def test_a_prefix_that_could_be_misread_is_refused(shared: Bucket, tmp_path: Path, prefix: str) -> None:
     with pytest.raises(ConfigError, match=r"prefix: prefix is "):

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from backyfs.config import storage_config
+from backyfs.config import DirectoryStorageConfig, storage_config
 from backyfs.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +19,8 @@ _SCHEME = "s3://"
 
 # An engine and a colon or slashes, or user:password@. A path that looks like this can be written as ./path.
 _BEGINS_LIKE_A_URL = re.compile(r"(sqlite|postgres|mysql|mariadb)[a-z0-9_+]*(:|/.*@)|[^/]*:[^/]*@", re.IGNORECASE)
-
+# s3:/bucket, S3://bucket and gs://bucket, of which no directory should be made.
+_SCHEME_OF_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +57,7 @@ class BucketPlace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Places:
-    """Where the parts of a repository are created. Absolute paths."""
+    """Where the parts of a repository are created. Paths are absolute."""
 
     config_file: str
     key_file: str
@@ -77,9 +78,11 @@ class Places:
         """Return the storage as a configuration has it.
 
         Raises:
-            ConfigError: a value is not allowed.
+            ConfigError: a value for a bucket is not allowed.
         """
-        return storage_config(self.storage_keys())
+        if isinstance(self.storage, str):  # any path can be opened, also one that no configuration can contain
+            return DirectoryStorageConfig(path=self.storage)
+        return storage_config(self.storage.keys())
 
     @property
     def database_url(self) -> str:
@@ -93,18 +96,11 @@ def named_storage(text: str, **options: str | None) -> str | BucketPlace:
     `options` are the further fields of a `BucketPlace`.
 
     Raises:
-        UsageError: the URL has no bucket, or there are options for a directory.
+        UsageError: it is another URL, or has no bucket, or there are options for a directory.
     """
     given = {name: value for name, value in options.items() if value is not None}
     if not text.startswith(_SCHEME):
-        if given:
-            option = min(given).replace("_", " ")
-            raise UsageError(
-                f"is a directory, which has no {option}",
-                subject=f"storage {text}",
-                remedy="write s3://BUCKET/PREFIX for a bucket",
-            )
-        return os.path.abspath(text)
+        return _named_directory(text, given)
     bucket, _, prefix = text.removeprefix(_SCHEME).partition("/")
     if not bucket:
         raise UsageError("has no bucket", subject=f"storage {text}", remedy="write s3://BUCKET or s3://BUCKET/PREFIX")
@@ -115,6 +111,23 @@ def named_storage(text: str, **options: str | None) -> str | BucketPlace:
             remedy="give the files of both keys, or neither",
         )
     return BucketPlace(bucket=bucket, prefix=prefix.strip("/"), **given)
+
+
+def _named_directory(text: str, options: Mapping[str, str]) -> str:
+    if url := _SCHEME_OF_URL.match(text):
+        raise UsageError(  # without the rest, which can contain a password
+            f"begins with {url[0]}, which is neither a directory nor s3://BUCKET/PREFIX",
+            subject="the storage",
+            remedy="write ./PATH for a directory with such a name",
+        )
+    if options:
+        option = min(options).replace("_", " ")
+        raise UsageError(
+            f"is a directory, which has no {option}",
+            subject=f"storage {text}",
+            remedy="write s3://BUCKET/PREFIX for a bucket",
+        )
+    return os.path.abspath(text)
 
 
 def default_places(environ: Mapping[str, str], *, as_root: bool, config_file: str | None = None) -> Places:
