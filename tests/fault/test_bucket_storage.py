@@ -31,7 +31,7 @@ from backyfs.storage.bucket.outage import Patience
 from backyfs.storage.bucket.requests import Requests
 from backyfs.storage.bucket.storage import BucketStorage
 from backyfs.storage.keys import ObjectName
-from backyfs.storage.marker import put_first_marker, read_marker
+from backyfs.storage.marker import put_first_marker, read_marker, replace_marker
 from backyfs.storage.rereading import read_twice
 from tests.support.buckets import Bucket
 from tests.support.faultproxy import FaultProxy
@@ -45,6 +45,7 @@ from tests.support.faults import (
     SLOW_DOWN,
     TOO_MANY_REQUESTS,
     Answer,
+    Bandwidth,
     Delay,
     Reset,
     Silence,
@@ -440,6 +441,61 @@ def test_a_command_that_is_asked_to_end_does_not_wait_for_a_store(
             error = waiting.exception()
             # An answer without a body is complete.
             assert isinstance(error, InterruptedByUser) or (error is None and fault == Silence(body_bytes=1))
+
+
+def test_a_claim_that_cannot_be_made_does_not_flood_the_store(prepared: Bucket, fault_proxy: FaultProxy) -> None:
+    ends = threading.Event()
+    patience = Patience(retry_s=3600, pause_s=0.01)
+    with (
+        closing(open_through(fault_proxy, prepared, patience, ends.is_set)) as storage,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        read_marker(storage)
+        fault_proxy.add(SLOW_DOWN, verbs=frozenset({Verb.PUT}))
+        waiting = thread.submit(storage.put_new, CLAIM, b"ours")
+        wait_for(lambda: fault_proxy.log.counts[Verb.PUT] >= 2, "it is tried again")
+        ends.set()
+        assert isinstance(waiting.exception(), InterruptedByUser)
+        assert fault_proxy.log.counts[Verb.PUT] < 20
+
+
+def test_a_large_object_after_a_small_one_gets_the_time_for_its_bytes(
+    prepared: Bucket, fault_proxy: FaultProxy
+) -> None:
+    content = bytes(4 << 20)
+    prepared.put(NEW, content)
+    with closing(open_through(fault_proxy, prepared, replace(LONG, request_s=1, retry_s=0))) as storage:
+        get(storage)
+        fault_proxy.add(Bandwidth(2 << 20))  # it takes twice as long as a request may take without its bytes
+        assert storage.get(NEW) == content
+
+
+def test_nothing_is_missing_from_a_bucket_of_another_repository(prepared: Bucket) -> None:
+    with closing(open_bucket(prepared.config(), lambda: False, SHORT)) as storage:
+        read_marker(storage)
+        with closing(open_bucket(prepared.config(), lambda: False)) as other:
+            replace_marker(other, OWNER, "12345678-aaaa")
+        with pytest.raises(ObjectMissingError):  # it takes over the identity of another one
+            storage.get(NEW)
+        with closing(open_bucket(prepared.config(), lambda: False)) as other:
+            replace_marker(other, "12345678-aaaa")
+        with pytest.raises(WrongStorageError, match="the marker of the repository was replaced"):
+            storage.get(NEW)
+
+
+def test_a_storage_that_is_closed_ends_its_requests_and_takes_no_others(
+    prepared: Bucket, fault_proxy: FaultProxy
+) -> None:
+    storage = open_through(fault_proxy, prepared, replace(LONG, request_s=3600))
+    read_marker(storage)
+    with fault_proxy.during(Silence()), ThreadPoolExecutor(16) as threads:
+        waiting = [threads.submit(get, storage) for _ in range(16)]
+        wait_for(lambda: fault_proxy.log.in_flight > 0, "a request is sent")
+        storage.close()
+        errors = [one.exception() for one in waiting]
+    assert {str(error) for error in errors} == {f"storage s3://{prepared.name} was closed"}
+    with pytest.raises(StorageError, match="was closed"):
+        get(storage)
 
 
 # Permissions

@@ -139,3 +139,25 @@ def test_a_request_that_is_cancelled_keeps_no_place(turns: int) -> None:
         assert line.in_flight == 0
 
     running(test)
+
+
+def test_a_turn_that_ends_when_a_waiting_request_is_cancelled_passes_over_it() -> None:
+    async def test() -> None:
+        line = Line(first=1)
+        release = asyncio.Event()
+
+        async def hold() -> None:
+            async with line.turn(0):
+                await release.wait()
+
+        holder = asyncio.ensure_future(hold())
+        await asyncio.sleep(0)
+        waiting = [asyncio.ensure_future(Store(line, 10).request()) for _ in range(3)]
+        await asyncio.sleep(0)
+        waiting[0].cancel()
+        release.set()
+        found = await asyncio.gather(holder, *waiting, return_exceptions=True)
+        assert [type(one) for one in found] == [type(None), asyncio.CancelledError, type(None), type(None)]
+        assert line.in_flight == 0
+
+    running(test)
