@@ -776,5 +776,31 @@ def test_a_cache_of_any_size_takes_more_after_each_look(tmp_path: Path, size_byt
     space.close()
 
 
+class HangingRoot(Root):
+    """A directory on a disk that does not answer until it is released."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.is_waiting = threading.Event()
+        self.answers = threading.Event()
+
+    def open(self, name: str, flags: int, mode: int = 0) -> int:
+        self.is_waiting.set()
+        self.answers.wait()
+        return super().open(name, flags, mode)
+
+
+@pytest.mark.slow
+def test_a_cache_is_closed_while_its_disk_hangs(tmp_path: Path) -> None:
+    (tmp_path / "copies").mkdir()
+    root = HangingRoot(str(tmp_path / "copies"))
+    space = Space(root, GIB, _unexpected)
+    assert space.take(1)
+    root.is_waiting.wait()
+    space.close()
+    root.answers.set()
+    settle()
+
+
 def _unexpected(error: OSError) -> None:
     raise error

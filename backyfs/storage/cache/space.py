@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _SHARES = 64  # of the size
 _PAUSE_S = 60.0  # after an error, before anything is written again
+_END_S = 5.0  # for a look that is under way when the cache is closed: its disk may hang
 _BLOCK_BYTES = 512  # of st_blocks, stat(2)
 _LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _SHELF = re.compile(r"[0-9a-f]{2}")
@@ -92,12 +93,12 @@ class Space:
             self._paused_until = time.monotonic() + _PAUSE_S
 
     def close(self) -> None:
-        """End what is under way."""
+        """End what is under way. A look whose disk hangs is left behind: it ends with the process."""
         self._closed.set()
         with self._lock:
             looking = self._looking
         if looking is not None:
-            looking.join()
+            looking.join(_END_S)
 
     def _look(self) -> None:
         written = 0
