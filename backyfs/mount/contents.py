@@ -45,7 +45,9 @@ class Contents:
         cls, repository: Repository, job: Job, settings: Settings, overlays: OverlayDirectory | Scratch | None = None
     ) -> Self:
         """Show a repository. With `overlays`, images can be written to."""
-        pools = make_pools(settings, repository.width.workers)
+        pools = make_pools(
+            workers=settings.workers or repository.width.workers, patience_s=settings.patience_s
+        )
         pages = PageCache()
 
         def find_moved(blob: Blob) -> Blob | None:  # called in threads that load

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 from backyfs.errors import DatabaseError, StorageError
 from backyfs.mount.pool import Pool
-
-if TYPE_CHECKING:
-    from backyfs.mount.settings import Settings
 
 _QUESTION_THREADS = 4  # for short questions to the database
 _TABLE_THREADS = 2
@@ -32,18 +28,14 @@ class Pools:
         return sum(pool.timeouts for pool in (self.wanted, self.ahead, self.questions, self.layers))
 
 
-def make_pools(settings: Settings, workers: int) -> Pools:
-    """Make the pools of a mount, with this many threads that load blocks unless the settings say otherwise."""
-    # One more than there are processors: several concurrent readers get 10 % more, and a single one gets no less.
-    workers = settings.workers or workers
-    pool = partial(Pool, patience_s=settings.patience_s)
+def make_pools(*, workers: int, patience_s: float) -> Pools:
+    """Make the pools of a mount, with this many threads that load blocks. A reader waits up to `patience_s`."""
+    pool = partial(Pool, patience_s=patience_s)
     return Pools(
         wanted=pool("the storage", StorageError, threads=workers),
         ahead=pool("the storage", StorageError, threads=workers),
         questions=pool("the database", DatabaseError, threads=_QUESTION_THREADS),
         # Reading a table loads blocks, so it gets twice the time that a block may take.
-        tables=pool(
-            "the partition table", StorageError, threads=_TABLE_THREADS, patience_s=2 * settings.patience_s
-        ),
+        tables=pool("the partition table", StorageError, threads=_TABLE_THREADS, patience_s=2 * patience_s),
         layers=pool("the layer", StorageError, threads=workers),
     )

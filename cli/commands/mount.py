@@ -51,7 +51,10 @@ _TIMEOUT_S = 60.0     # as DEFAULT_PATIENCE_S of mount.pool
     help="How far to load ahead of each sequential reader; 0 turns it off.",
 )
 @click.option(
-    "--workers", type=click.IntRange(1, 256), metavar="N", help="Threads that load blocks.  [default: processors + 1]"
+    "--workers",
+    type=click.IntRange(1, 256),
+    metavar="N",
+    help="Threads that load blocks.  [default: processors + 1, more for a bucket]",
 )
 @click.option(
     "--timeout",
