@@ -12,6 +12,7 @@ import pytest
 
 from backyfs.config import Scheduler
 from backyfs.engine.catalog.check import CatalogCheck
+from backyfs.engine.catalog.publish import publish
 from backyfs.engine.damage.repair import RepairRequest, repair
 from backyfs.engine.damage.scrub import ScrubRequest, scrub
 from backyfs.engine.restore.restore import restore
@@ -23,24 +24,27 @@ from backyfs.engine.transfer.importing import import_export
 from backyfs.engine.versions.edit import add_tags, expire, protect, remove_tags
 from backyfs.engine.versions.forget import forget
 from backyfs.engine.versions.remove import RemovalRequest, remove, remove_versions
-from backyfs.errors import InterruptedByUser, StorageError
+from backyfs.errors import InterruptedByUser, StorageError, StorageRefusedError
 from backyfs.metadata.catalog.notes import has_notes
 from backyfs.metadata.records.versions import set_protected
 from backyfs.metadata.upkeep.migration import Outdated
 from backyfs.sources.registry import open_source
+from backyfs.storage.forwarding import ForwardingStorage
 from backyfs.storage.keys import is_blob
 from backyfs.work.run import Control
 from tests.support.audit import versions_of
 from tests.support.images import random_image
 from tests.support.repositories import BLOCK, back_up
-from tests.support.storages import is_named, with_watched_storage
+from tests.support.storages import is_named, with_storage, with_watched_storage
 from tests.support.stored import blob_uids
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from backyfs.repository import Repository
+    from backyfs.storage.keys import Key
+    from backyfs.storage.protocol import Storage, Traits
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 AFTER_EXPIRY = RemovalRequest(even_last=True)
@@ -200,6 +204,58 @@ def test_a_cleanup_brings_the_catalog_up_to_date_before_it_deletes(repository: R
     cleanup(with_watched_storage(repository, look, "delete", which=is_blob), grace_s=0)
     assert kept
     assert all(kept)
+
+
+class AppendedStorage(ForwardingStorage):
+    """A storage that refuses to delete, and calls a function before its first flush."""
+
+    def __init__(self, storage: Storage, act: Callable[[], object], *, requests: int | None) -> None:
+        super().__init__(storage)
+        self._acts = [act]
+        self._requests = requests
+
+    @property
+    def traits(self) -> Traits:
+        return replace(super().traits, requests=self._requests)
+
+    def flush(self) -> None:
+        if self._acts:
+            self._acts.pop()()
+        super().flush()
+
+    def delete(self, keys: Sequence[Key]) -> None:
+        if keys:
+            raise StorageRefusedError("deletion refused")
+
+
+def publish_while_a_version_goes(repository: Repository, image: Path, *, requests: int | None) -> None:
+    """Write the catalog without permission to delete, while another command removes a version that was just written."""
+    back_up(repository, image)
+    gone = back_up(repository, random_image(image.with_name("gone"), 3 * BLOCK, seed=1), "gone").version
+
+    def act() -> None:
+        remove_versions(repository, [gone], now=NOW)
+        cleanup(repository, grace_s=0)
+
+    storage = AppendedStorage(repository.blocks.storage, act, requests=requests)
+    publish(with_storage(repository, storage), everything=True)
+
+
+def test_a_host_that_may_not_delete_writes_the_catalog_while_another_cleans_up(
+    repository: Repository, image: Path
+) -> None:
+    publish_while_a_version_goes(repository, image, requests=8)
+    [kept] = versions_of(repository)
+    index = CatalogCheck(repository).run().index
+    assert index is not None
+    assert index.versions == (kept.uid,)
+    publish(repository)  # which deletes the objects that nothing lists
+    assert is_kept(repository)
+
+
+def test_a_directory_that_refuses_to_delete_is_an_error(repository: Repository, image: Path) -> None:
+    with pytest.raises(StorageRefusedError, match="deletion refused"):
+        publish_while_a_version_goes(repository, image, requests=None)
 
 
 def test_an_unwritable_catalog_gives_one_warning(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from backyfs.catalog.store import catalog_key_check, require_catalog
 from backyfs.errors import CatalogError, StorageError
 from backyfs.metadata.catalog.blobcolumns import BlobColumns
-from backyfs.metadata.catalog.notes import catalog_key, note_removed_page, page_token, settle_pages, unpublished_page
+from backyfs.metadata.catalog.notes import catalog_key, page_token, settle_put_pages, unpublished_page
 from backyfs.metadata.maps.blockmap import HOLE
 
 if TYPE_CHECKING:
@@ -126,7 +126,5 @@ class FreshPages:
     def settle(self, connection: Connection) -> None:
         """Note in a write transaction that the flush ended, so its pages are in the catalog."""
         if self._flushing:
-            gone = settle_pages(connection, self._flushing.keys(), self._token)
-            for page_id in gone:
-                note_removed_page(connection, self._flushing[page_id])
+            settle_put_pages(connection, self._flushing, self._token)
             self._flushing = {}

@@ -36,7 +36,7 @@ from backyfs.metadata.catalog.notes import (
     read_notes,
     save_catalog_key,
     settle_notes,
-    settle_pages,
+    settle_put_pages,
     unpublish_everything,
     unpublish_pages,
     unpublished_pages,
@@ -177,6 +177,8 @@ class _Publisher:
     def __init__(self, repository: Repository, run: Run) -> None:
         self._database = repository.database
         self._catalog = repository.catalog
+        # Hosts that only make backups may not delete from an object store. A directory can only become read-only.
+        self._may_refuse = repository.blocks.storage.traits.requests is not None
         self._block_size = repository.block_size
         self._run = run
         self._report = PublishReport()
@@ -240,6 +242,8 @@ class _Publisher:
             self._delete_versions()
             self._delete_pages()
         except StorageRefusedError as error:  # what the index does not list does no harm; the notes stay
+            if not self._may_refuse:
+                raise
             _log.info("objects of the catalog that are not needed any more were not deleted: %s", error)
         return is_settled
 
@@ -337,13 +341,12 @@ class _Publisher:
         self._catalog.flush()
         with self._database.write() as connection:
             is_current = batch.token is None or page_token(connection) == batch.token
-            gone = settle_pages(connection, batch.pages.keys(), batch.token or 0)
+            gone = settle_put_pages(connection, batch.pages, batch.token or 0)
             is_current &= settle_notes(connection, NoteKind.VERSION, batch.versions)
             is_repository = settle_notes(connection, NoteKind.REPOSITORY, batch.repository)
             if is_repository and batch.repository:
                 save_repository_digest(connection, batch.digest)
             is_current &= is_repository
-        self._catalog.delete_pages(batch.pages[page_id] for page_id in gone)
         self._report.pages += len(batch.pages) - len(gone)
         batch.token = None
         batch.pages.clear()

@@ -28,7 +28,7 @@ from backyfs.remedies import Advice
 from backyfs.values import obeys
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from sqlalchemy import ColumnElement
 
@@ -241,6 +241,17 @@ def settle_pages(connection: Connection, page_ids: Collection[PageId], token: in
         there.update(connection.execute(select(pages.c.id).where(here)).scalars())
         connection.execute(update(pages).where(here).values(published=is_current))
     return frozenset(page_ids) - there
+
+
+def settle_put_pages(connection: Connection, uids: Mapping[PageId, str], token: int) -> frozenset[PageId]:
+    """Do what `settle_pages` does for pages with these uids, and note again that the ones that are gone were removed.
+
+    The object may have been put after the command that removed the page had deleted it.
+    """
+    gone = settle_pages(connection, uids.keys(), token)
+    for page_id in gone:
+        note_removed_page(connection, uids[page_id])
+    return gone
 
 
 def unpublished_page(connection: Connection, page_id: PageId) -> str | None:
