@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from backyfs.repository import Repository
     from backyfs.work.run import Control
 
+    OpenDatabase = Database  # as callers of `Service.database` name it
+
 # SQLAlchemy, alembic and cryptography are slow to load, so every function imports only what it needs.
 _log = logging.getLogger(__name__)
 

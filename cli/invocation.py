@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from backyfs.config import Config
     from backyfs.engine.setup.upgrade import UpgradeReport
     from backyfs.hooks import Fact
-    from backyfs.metadata.db.database import Database
     from backyfs.model import Progress, RunId
     from backyfs.reports.values import Object, Row
     from backyfs.repository import Repository
+    from backyfs.service import OpenDatabase
     from backyfs.work.progress import TextProgress
     from backyfs.work.run import Control
 
@@ -142,7 +142,7 @@ class Invocation:
             yield repository
 
     @contextmanager
-    def open_database(self, *, resumes: bool = False) -> Iterator[Database]:
+    def open_database(self, *, resumes: bool = False) -> Iterator[OpenDatabase]:
         """Open the database of the configuration alone, see `Service.database`."""
         with noting_signals(self.interrupted), self.service.database(resumes=resumes) as database:
             yield database

@@ -40,7 +40,7 @@ def serve_mount(
     signals = ending_signals(in_background=starter is not None)  # before hooks install their handlers
     with (
         invocation.hooks("mount", mountpoint=mountpoint),
-        # Not `invocation.open_repository`, whose signal handlers would replace those that trio relies on.
+        # Not `invocation.open_repository`, whose signal handlers would replace those of trio.
         invocation.service.repository(cached=True) as repository,
     ):
         try:

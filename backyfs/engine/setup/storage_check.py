@@ -37,7 +37,7 @@ def try_test_object(storage: Storage, place: str) -> StorageRefusedError | None:
         read, part = storage.get(uid), storage.get_range(uid, 1, _TEST_BYTES // 2)
         is_listed = any(found.key == uid for found in storage.list(uid))
     except BackyfsError as error:
-        if not isinstance(error, InterruptedByUser):  # whoever interrupted it does not want to wait
+        if not isinstance(error, InterruptedByUser):  # the user does not want to wait
             with suppress(BackyfsError):
                 storage.delete([uid])
         raise

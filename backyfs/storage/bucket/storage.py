@@ -44,7 +44,7 @@ T = TypeVar("T")
 WORTHWHILE_REQUESTS = 128  # in flight at once
 
 _PAUSE_S = 1.0  # before an object is put once more
-_DELETION_BYTES = 4 << 10  # a deletion takes as long as so many bytes, at most
+_DELETION_BYTES = 4 << 10  # for the time limit, a deletion counts as this many bytes
 _DELETIONS = 1000  # in one request, at most
 CLOCK = ObjectName(f"{NAMED}/clock")  # is put to learn what time it is in the store
 _FIRST_BYTES = 8 << 20  # that the first blob may have
