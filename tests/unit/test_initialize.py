@@ -167,6 +167,16 @@ def test_a_failure_leaves_neither_key_nor_configuration(places, monkeypatch):
     assert os.listdir(os.path.dirname(places.config_file)) == []
 
 
+def test_a_signal_leaves_neither_key_nor_configuration(places, monkeypatch):
+    def interrupt(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "create_repository", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        initialize(places, block_size=BLOCK, encrypted=True)
+    assert os.listdir(os.path.dirname(places.config_file)) == []
+
+
 def test_a_failure_in_the_database_leaves_nothing(places, tmp_path, monkeypatch):
     def fail(*_arguments):
         raise DatabaseError("the disk is full")

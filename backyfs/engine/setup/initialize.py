@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from backyfs import keys
 from backyfs.config import config_text, load_config
 from backyfs.engine.catalog.publish import keep_catalog
-from backyfs.errors import BackyfsError, UsageError
+from backyfs.errors import UsageError
 from backyfs.files import link_durably, make_directories, require_no_device_directory, write_file
 from backyfs.metadata.db.database import Database
 from backyfs.remedies import Advice
@@ -68,7 +68,7 @@ def initialize(places: Places, *, block_size: int, encrypted: bool, stop: Callab
             write_file(places.key_file, f"{key.hex()}\n".encode())
         try:
             create_repository(config, created_at=datetime.now(UTC))
-        except BackyfsError:
+        except BaseException:  # including a signal while a bucket does not answer
             if key is not None:
                 os.unlink(places.key_file)  # nothing uses it yet
             raise
