@@ -174,12 +174,18 @@ def test_the_file_of_a_loop_device_is_recognized_under_every_name(call, version,
 
 def test_a_loop_device_set_up_in_another_mount_namespace_counts(call, version, disk, tmp_path):
     (tmp_path / "elsewhere").mkdir()
-    script = 'mount --bind "$1" "$2" && losetup --find --show "$2/disk"'
-    device = run_tool("unshare", "--mount", "sh", "-euc", script, "sh", str(tmp_path), str(tmp_path / "elsewhere"))
-    try:
-        refused(call, version, disk, f"{device.decode().strip()} is backed by it")
-    finally:
-        run_tool("losetup", "--detach", device.decode().strip())
+    # The shell holds the device open, and the kernel detaches it when the shell ends, even if this test is killed.
+    script = """
+        mount --bind "$1" "$2"; device=$(losetup --find --show "$2/disk"); exec 3<"$device"; losetup --detach "$device"
+        echo "$device"; read -r _ || true
+    """
+    command = ["unshare", "--mount", "sh", "-euc", script, "sh", str(tmp_path), str(tmp_path / "elsewhere")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as shell:
+        assert shell.stdout is not None
+        device = shell.stdout.readline().strip()
+        assert device
+        refused(call, version, disk, f"{device} is backed by it")
+        shell.communicate()
 
 
 def test_a_new_file_with_the_name_of_a_deleted_one_is_free(call, version, disk):
