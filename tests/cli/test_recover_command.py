@@ -311,7 +311,7 @@ def test_a_storage_without_a_catalog_is_reported(tmp_path: Path, capsys: pytest.
     assert "the storage has no object catalog/repository" in err
     status, _, err = call_with(tmp_path / "new.cfg", capsys, "recover")
     assert status == 1
-    assert "there is no configuration that names the storage; name its directory" in err
+    assert "no configuration names the storage; name its directory" in err
 
 
 @pytest.mark.parametrize("option", ["--endpoint", "--region", "--profile", "--access-key-file", "--secret-key-file"])

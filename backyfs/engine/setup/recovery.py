@@ -101,7 +101,7 @@ def recovery_target(
     config = load_config() if is_there else None
     if storage is None and config is None:
         raise UsageError(
-            "there is no configuration that names the storage", remedy="name its directory, or s3://BUCKET/PREFIX"
+            "no configuration names the storage", remedy="name its directory, or s3://BUCKET/PREFIX"
         )
     places = default_places(environ, as_root=as_root, config_file=config_file)
     if storage is not None:

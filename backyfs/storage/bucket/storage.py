@@ -245,7 +245,7 @@ class BucketStorage:
                 subject=f"storage {self._place}:",
                 remedy=Advice.WRITE_CATALOG_IF_LOST(),
             )
-        next(self.entries(""), None)  # fails if there is no bucket
+        next(self.entries(""), None)  # fails if the bucket does not exist
 
     def size(self, key: Key) -> None:
         """Return None: finding out takes a request."""
